@@ -136,8 +136,6 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
         now = self.clock()
 
         def change(record: Task) -> Task:
-            if record.request_id != task.request_id:
-                return record
             known = tasks.heard(record, now, percent)
             if status in _RUNS:
                 return tasks.running(known, now)
@@ -153,9 +151,19 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
         return nvct_pb2.TaskResponse(taskId=task.id, executionStatus=shown.value)
 
     async def _change(self, task: Task, change: Callable[[Task], Task]) -> Task:
-        changed = await self.store.change(task.id, change)
+        superseded = False
+
+        def of_this_run(record: Task) -> Task:
+            # Another run may have been ordered since the token was checked.
+            nonlocal superseded
+            superseded = record.request_id != task.request_id
+            return record if superseded else change(record)
+
+        changed = await self.store.change(task.id, of_this_run)
         if changed is None:
             raise HttpProblem(404, f"no task {task.id}")
+        if superseded:
+            raise HttpProblem(412, "the run is over: the task waits again, or has another run")
         return changed
 
     async def _authorize_present(self, context: Context[Any, Any], task_id: str) -> Task:

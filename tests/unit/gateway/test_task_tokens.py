@@ -39,10 +39,18 @@ def a_running_task() -> Task:
 
 
 class Refreshed:
-    """A store whose records are the newest already."""
+    """A store whose records are the newest already, or become so by `newest` before the next change."""
+
+    def __init__(self) -> None:
+        self.newest: Task | None = None
 
     async def refresh(self, task_id: str) -> None:
         pass
+
+    async def change(self, task_id: str, change: Callable[[Task], Task]) -> Task | None:
+        assert self.newest is not None
+        self.newest = change(self.newest)
+        return self.newest
 
 
 class Workers:
@@ -54,7 +62,8 @@ class Workers:
         registry = cast(Registry, SimpleNamespace(tasks=self.tasks))
         self.access = TaskAccess(self.tokens, registry)
         self.now = NOW
-        self.service = TaskWorkerService("local", self.access, cast(TaskStore, Refreshed()), lambda: self.now)
+        self.store = Refreshed()
+        self.service = TaskWorkerService("local", self.access, cast(TaskStore, self.store), lambda: self.now)
 
     def token(self, task: Task) -> str:
         self.tasks[task.id] = task
@@ -152,3 +161,22 @@ async def test_the_token_of_a_task_that_was_over_long_ago_is_not_renewed(workers
     with pytest.raises(HttpProblem) as refused:
         await workers.refresh(token, task.id)
     assert refused.value.status == 412
+
+
+async def test_a_run_that_is_replaced_while_it_reports_changes_nothing(workers: Workers) -> None:
+    task = a_running_task()
+    context = workers.context(workers.token(task))
+    instance_id = f"0-sr-{task.request_id}-task"
+    newest = workers.store.newest = task.replace(request_id=new_id(), last_heartbeat_at=NOW - 100)
+    connect = nvct_pb2.ConnectRequest(taskId=task.id, instanceId=instance_id)
+    with pytest.raises(HttpProblem) as connected:
+        await workers.service.Connect(connect, context)
+    beat = nvct_pb2.HeartbeatRequest(taskId=task.id, instanceId=instance_id, status=nvct_pb2.RUNNING)
+    with pytest.raises(HttpProblem) as heard:
+        await workers.service.SendHeartbeat(beat, context)
+    assert (connected.value.status, heard.value.status) == (412, 412)
+    assert workers.store.newest == newest
+    # A run that is the task's is heard.
+    workers.store.newest = task
+    assert (await workers.service.Connect(connect, context)).connectedRegion == "local"
+    assert (await workers.service.SendHeartbeat(beat, context)).executionStatus == "RUNNING"
