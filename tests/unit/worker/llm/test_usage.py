@@ -52,3 +52,10 @@ def test_tokens_of_a_response_that_came_as_a_whole(monkeypatch: pytest.MonkeyPat
     measured.complete(b"data: " + document + b"\n\ndata: [DONE]\n\n" if events else document, events=events)
     assert [value for name, value in found if name == "gen_ai.client.token.usage"] == [3, 5]
     assert ("gen_ai.server.time_to_first_token" in dict(found)) == events
+
+
+def test_answers_that_are_too_deep_or_count_too_much_have_no_usage() -> None:
+    deep = b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b', "usage": {"prompt_tokens": 3}}'
+    assert usage_of(deep) is None
+    assert usage_in_events(b"data: " + deep + b"\n\n") is None
+    assert usage_of(json.dumps({"usage": {"prompt_tokens": 10**400}}).encode()) is None

@@ -17,6 +17,8 @@ OPERATIONS = {
     "/v1/embeddings": "embeddings",
 }
 """Names of OpenTelemetry's conventions for generative AI, by route."""
+MOST_TOKENS = 1_000_000_000
+"""A larger count is none: metrics could not hold it."""
 _MARK = b'"usage"'
 
 
@@ -34,7 +36,7 @@ def usage_of(body: bytes) -> Usage | None:
         return None
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict):
         return None
@@ -60,4 +62,5 @@ def _usage(found: dict[str, Any]) -> Usage | None:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+    return value if is_count else None
