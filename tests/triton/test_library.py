@@ -129,7 +129,7 @@ async def test_priorities_time_outs_and_cancellation_reach_tritons_queue(
             await model([0.2], **options)
             order.append(name)
 
-        running = asyncio.create_task(model([1.0]))
+        running = asyncio.create_task(model([3.0]))
         await eventually(lambda: patient_server.child.text().count("patient: begins") > begun, "one runs")
         waiting = [asyncio.create_task(call("normal"))]
         await eventually(lambda: _pending(patient_server, 1), "one waits")
