@@ -43,10 +43,10 @@ class ModelCallBody:
     def output_bound(self) -> int | None:
         """Most tokens that the call makes, over all choices; None if it names no bound."""
         choices = self._count("n")
-        for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
-            if (bound := self._count(name)) is not None:
-                return bound * min(max(1, choices or 1), MAX_CHOICES)
-        return None
+        # Engines differ in which one they obey.
+        names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+        bounds = [bound for name in names if (bound := self._count(name)) is not None]
+        return max(bounds) * min(max(1, choices or 1), MAX_CHOICES) if bounds else None
 
     def value(self, name: str) -> Any:
         """Return the value of a short member, None for one that is missing, long or malformed."""

@@ -148,6 +148,7 @@ async def test_bounds_of_the_output() -> None:
     assert await bound({}) is None
     assert await bound({"max_tokens": 5}) == 5
     assert await bound({"max_tokens": 5, "max_completion_tokens": 7, "n": 3}) == 21
+    assert await bound({"max_tokens": 9, "max_completion_tokens": 1}) == 9
     assert await bound({"max_tokens": "5"}) is None
     assert await bound({"max_output_tokens": 9, "n": True}) == 9
     with pytest.raises(HttpProblem):
