@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.llm.server import with_engine
 from tests.llm.tiny_model import said
 
 EXAMPLE = Path(__file__).parents[2] / "examples/llm"
+PAGE = Path(__file__).parents[2] / "docs/functions/llm.md"
 BIN = Path(sys.executable).parent
 
 
@@ -48,3 +50,13 @@ def test_it_is_deployed_and_answers(up: dict[str, str], tmp_path: Path) -> None:
     url = json.loads(shell("nvcf", "status", "--json"))["url"]
     key = (Path(up["NVCF_HOME"]) / "admin.key").read_text().strip()
     assert shell("python", "call.py", url, key, made["functionId"], "Hello") == said(40) + "\n"
+    # What the page says, with the address, key and id of this platform.
+    [snippet] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for usual, mine in (
+        ("http://127.0.0.1:8080", url),
+        ("~/.nvcf/admin.key", f"{up['NVCF_HOME']}/admin.key"),
+        ("3b241101-e2bb-4255-8caf-4136c566a962", made["functionId"]),
+    ):
+        assert usual in snippet
+        snippet = snippet.replace(usual, mine)
+    assert shell("python", "-c", snippet) == said(40)

@@ -183,7 +183,7 @@ async def test_what_no_process_can_be_made_of_fails_and_the_agent_goes_on(site: 
 
 
 async def test_a_task_is_refused_under_its_own_id_and_action(site: Site) -> None:
-    """protocol.md, section 6.3: the process backend runs no tasks."""
+    """protocol.md, section 6.3: the process backend runs no images."""
     await site.start_agent()
     ordered = site.order(
         site.version(),
@@ -193,9 +193,8 @@ async def test_a_task_is_refused_under_its_own_id_and_action(site: Site) -> None
         launch={"process": None, "containerImage": "image", "maxRuntimeDuration": "PT1H"},
     )
     await site.send(ordered)
-    instance_id = f"{ordered.id}-task"
-    await eventually(lambda: site.icms.last(instance_id).get("instanceState") == "terminated")
-    assert site.icms.last(instance_id)["action"] == "RequestSpotInstancesForTask"
+    await eventually(lambda: site.icms.last(ordered.id).get("instanceState") == "terminated")
+    assert site.icms.last(ordered.id)["action"] == "RequestSpotInstancesForTask"
 
 
 async def test_over_capacity_a_message_goes_back_and_runs_when_there_is_room(site: Site) -> None:

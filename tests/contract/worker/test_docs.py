@@ -23,7 +23,7 @@ from tests.support.peers.calls import Call
 from tests.support.peers.gateway import PeerGateway
 
 FOLDER = Path(__file__).parents[3] / "docs" / "functions"
-ELSEWHERE = {"sessions.md", "tasks.md", "triton-library.md"}  # they have tests of their own
+ELSEWHERE = {"llm.md", "sessions.md", "tasks.md", "triton-library.md"}  # they have tests of their own
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name not in ELSEWHERE)
 _BLOCK = re.compile(r"^```(python|http)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STATUS = "/v2/nvcf/pexec/status/"
