@@ -292,7 +292,7 @@ async def _start(stack: AsyncExitStack, config: GatewayConfig, gateway_id: str) 
             ),
             *clusters.admin_routes(),
             *task_routes.routes(),
-            *TaskUploads(task_access, assets).routes(),
+            *TaskUploads(task_access, assets, task_store.refresh).routes(),
             *SecretDelivery(agents, registry, workers, secrets).routes(),
         ],
         assets,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nvcf_gateway.access.worker_tokens import InvalidWorkerToken, WorkerTokens
+from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.registry import Registry
 from nvcf_proto.icms.messages import instance_id_of
 from nvcf_proto.icms.names import Workload
@@ -47,6 +49,28 @@ class TaskAccess:
             raise InvalidWorkerToken("the token is of no order")
         if task.request_id != claims.request_id:
             raise SupersededRun("the token is of an order that the task does not have any more")
+        return task
+
+    async def authorize(
+        self, token: str, task_id: str, now: float, refresh: Callable[[str], Awaitable[None]]
+    ) -> Task:
+        """Return the task of a call of its worker.
+
+        The work of a run that is over is dropped, so an old copy of the record does not count: `refresh`
+        brings the newest. Raises HttpProblem 401, 403, and 412 for a run that is over while the task goes on.
+        """
+        try:
+            try:
+                task = self.verify(token, now)
+            except SupersededRun:
+                await refresh(task_id)
+                task = self.verify(token, now)
+        except SupersededRun as error:
+            raise HttpProblem(412, str(error)) from None
+        except InvalidWorkerToken as error:
+            raise HttpProblem(401, str(error)) from None
+        if task_id != task.id:
+            raise HttpProblem(403, "the token is for another task")
         return task
 
     def for_secrets(self, task: Task, instance_id: str, now: float) -> tuple[str, float]:

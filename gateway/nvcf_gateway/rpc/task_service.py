@@ -10,8 +10,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext as Context
 
-from nvcf_gateway.access.task_access import SupersededRun, TaskAccess
-from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
+from nvcf_gateway.access.task_access import TaskAccess
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.rpc.server import bearer, in_time
 from nvcf_gateway.rpc.worker_service import artifact_files
@@ -176,23 +175,8 @@ class TaskWorkerService(nvct_pb2_grpc.WorkerServicer):
     async def _authorize(
         self, context: Context[Any, Any], task_id: str, instance_id: str | None = None
     ) -> Task:
-        """Return the task of the caller's token.
-
-        Raises HttpProblem 401, 403, 503, and 412 for a run that is over while the task goes on.
-        """
-        try:
-            try:
-                task = self.access.verify(bearer(context), self.clock())
-            except SupersededRun:
-                # Its work is dropped for that, so an old copy of the record does not count.
-                await self.store.refresh(task_id)
-                task = self.access.verify(bearer(context), self.clock())
-        except SupersededRun as error:
-            raise HttpProblem(412, str(error)) from None
-        except InvalidWorkerToken as error:
-            raise HttpProblem(401, str(error)) from None
-        if task_id != task.id:
-            raise HttpProblem(403, "the token is for another task")
+        """Return the task of the caller's token. Raises HttpProblem 401, 403, 412 and 503."""
+        task = await self.access.authorize(bearer(context), task_id, self.clock(), self.store.refresh)
         if instance_id is not None and not may_be_instance_of(instance_id, task.request_id):
             raise HttpProblem(403, "the token is for another instance")
         return task

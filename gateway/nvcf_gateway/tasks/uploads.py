@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,6 @@ from msgspec import Meta
 
 from nvcf_gateway.access.authorization import bearer_token
 from nvcf_gateway.access.task_access import TaskAccess
-from nvcf_gateway.access.worker_tokens import InvalidWorkerToken
 from nvcf_gateway.errors import HttpProblem
 from nvcf_gateway.http.bodies import read_record
 from nvcf_gateway.http.responses import json_response
@@ -40,10 +39,11 @@ class ResultFile(Record, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class TaskUploads:
-    """Handler of the calls of tasks' workers."""
+    """Handler of the calls of tasks' workers. `refresh` brings the newest record of a task."""
 
     access: TaskAccess
     assets: Assets
+    refresh: Callable[[str], Awaitable[None]]
     clock: Callable[[], float] = time.time
 
     def routes(self) -> list[Route]:
@@ -53,12 +53,8 @@ class TaskUploads:
     async def announce(self, request: web.BaseRequest, values: dict[str, str]) -> web.StreamResponse:
         """Handle POST /v1/nvct/uploads/{taskId}: return where a file of the results is uploaded."""
         now = self.clock()
-        try:
-            task = self.access.verify(bearer_token(request.headers), now)
-        except InvalidWorkerToken as error:
-            raise HttpProblem(401, str(error)) from None
-        if values["task_id"] != task.id:
-            raise HttpProblem(403, "the token is for another task")
+        token = bearer_token(request.headers)
+        task = await self.access.authorize(token, values["task_id"], now, self.refresh)
         if task.result_handling_strategy is not ResultHandling.UPLOAD or task.results_location is not None:
             raise HttpProblem(403, "the results of this task are not uploaded to the platform")
         if tasks.is_gone(task, now):

@@ -153,6 +153,22 @@ async def test_a_token_of_anything_else_is_refused(
     assert refused.value.status == status
 
 
+async def test_an_old_copy_of_the_record_refuses_no_run_and_keeps_none_alive(workers: Workers) -> None:
+    """For gRPC calls and for uploads alike."""
+    old = a_running_task()
+    new = old.replace(request_id=new_id())
+    earlier, present = workers.token(old), workers.token(new)
+    workers.tasks[old.id] = old
+
+    async def refresh(task_id: str) -> None:
+        workers.tasks[task_id] = new
+
+    assert await workers.access.authorize(present, old.id, NOW, refresh) is new
+    with pytest.raises(HttpProblem) as refused:
+        await workers.access.authorize(earlier, old.id, NOW, refresh)
+    assert refused.value.status == 412
+
+
 async def test_the_token_of_a_task_that_was_over_long_ago_is_not_renewed(workers: Workers) -> None:
     task = tasks.ended(a_running_task(), TaskStatus.COMPLETED, "", NOW)
     token = workers.token(task)
