@@ -12,7 +12,7 @@ SHELL := /bin/bash
 # Of what pip says, a line every 20 packages and the last steps, so that a long installation shows that it goes on.
 PROGRESS := awk '/^Collecting/ && ++n % 20 == 1 { print "  collecting package " n; fflush() } /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help demo test test-slow test-triton test-llm test-kubernetes test-kubernetes-slow kubernetes-programs lint docs charts bench soak chaos fuzz clean lock collector collector-check
+.PHONY: help demo test test-slow test-triton test-llm test-kubernetes test-kubernetes-slow kubernetes-programs lint docs charts agreement bench soak chaos fuzz clean lock collector collector-check
 
 help:
 	@echo "make demo   start the platform, run real functions through it, show what happens (about a minute)"
@@ -28,6 +28,7 @@ help:
 	@echo "make chaos  kill and stop processes under load for five minutes, and count what was lost (nothing)"
 	@echo "make fuzz   100,000 mutated inputs at each parser and each listener (an hour)"
 	@echo "make soak   200,000 keyed calls; prints what every store and process holds before, at the top and after"
+	@echo "make agreement  a real run beside its simulation: GPU time and waits within 10 % (4 minutes, on a quiet machine)"
 	@echo "make bench  measure speed and memory; prints figures and ratios"
 	@echo "make collector-check  build a real OpenTelemetry Collector (Go) and try the rendered configurations in it"
 	@echo "make lock   bring requirements.lock up to date with pyproject.toml"
@@ -105,6 +106,10 @@ fuzz: $(VENV)/installed
 
 soak: $(VENV)/installed
 	$(BIN)/python -m tests.soak
+
+# A measurement, which other work on the machine can spoil: CI does not run it.
+agreement: $(VENV)/installed
+	$(BIN)/python -m pytest -s tests/agreement
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench

@@ -111,7 +111,6 @@ async def recorded(local: Local) -> dict[str, Any] | None:
     return dict(settings)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_gpu_time_and_waits_of_a_real_run_are_within_a_tenth_of_the_simulation(local: Local) -> None:
     profile = os.environ.get("AGREEMENT_PROFILE", "balanced")
