@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.llm.tiny_model import said
 from tests.support.platform.gateways import Gateway, Platform, Version, running_platform
 from tests.support.platform.processes import Child
 
-openai: Any = pytest.importorskip("openai")
+openai: Any = importlib.import_module("openai")
 HELLO = [{"role": "user", "content": "Hello"}]
 FIXED = {"max_tokens": 8, "temperature": 0}
 CHANGING = {"id", "created", "created_at", "completed_at", "item_id", "timings", "response_id"}

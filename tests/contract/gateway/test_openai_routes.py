@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import math
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest_asyncio
 from tests.functions.openai_engine import WORDS
 from tests.support.platform.gateways import ACCOUNT, Platform, Version
 
-openai: Any = pytest.importorskip("openai")
+openai: Any = importlib.import_module("openai")
 ENGINE = Path(__file__).parents[2] / "functions" / "openai_engine.py"
 TEXT = "".join(WORDS)
 CHAT = "/v1/chat/completions"
