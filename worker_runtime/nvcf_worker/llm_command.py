@@ -13,7 +13,7 @@ from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.run.llm.engines import ENGINES
 from nvcf_worker.run.llm.settings import settings
 from nvcf_worker.serving import run_worker
-from nvcf_worker.sidecar_command import split_command
+from nvcf_worker.sidecar_command import add_worker_options, read_command
 
 
 def llm_engine(
@@ -91,21 +91,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="time for the engine's start, with the load of its model [30m]",
     )
-    slots = "maximum number of requests in flight [what the engine runs at once]"
-    add("--concurrency", type=int, metavar="N", help=slots)
-    seconds = functools.partial(add, type=float, metavar="SECONDS")
-    seconds("--time-limit", help="how long one request may run [no limit but the deployment's]")
-    grace = "time that requests in flight get after SIGTERM [NVCF_GRACE_SECONDS, else 25]"
-    seconds("--grace", dest="grace_seconds", help=grace)
-    add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
+    limit = "how long one request may run [no limit but the deployment's]"
+    add("--time-limit", type=float, metavar="SECONDS", help=limit)
+    add_worker_options(result, slots="what the engine runs at once")
     add("command", nargs="*", metavar="-- COMMAND", help="command that starts the engine")
     return result
 
 
 def main(arguments: list[str]) -> None:
     """Run `nvcf-worker llm`. Raises ConfigurationError."""
-    ours, command = split_command(arguments)
-    given = vars(parser().parse_args(ours))
-    if unexpected := given.pop("command"):
-        raise ConfigurationError(f"unexpected {unexpected[0]!r}; the engine's command comes after '--'")
-    llm_engine(command, **given)
+    options, command = read_command(parser(), arguments, "the engine's command comes")
+    llm_engine(command, **options)

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from nvcf_worker.errors import ConfigurationError
 from nvcf_worker.function.handlers import Handler, Kind
@@ -105,27 +106,36 @@ def parser() -> argparse.ArgumentParser:
     seconds = functools.partial(add, type=float, metavar="SECONDS")
     seconds("--health-interval", default=DEFAULT_HEALTH_INTERVAL, help=interval)
     add("--ready-timeout", metavar="TIME", help="time until the server is healthy [30m]")
-    add("--concurrency", type=int, metavar="N", help="maximum number of requests in flight [1]")
-    add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
-    grace = "time that requests in flight get after SIGTERM [NVCF_GRACE_SECONDS, else 25]"
-    seconds("--grace", dest="grace_seconds", help=grace)
+    add_worker_options(result, slots="1")
     add("command", nargs="*", metavar="-- COMMAND", help="command that starts the server")
     return result
 
 
+def add_worker_options(parser: argparse.ArgumentParser, *, slots: str) -> None:
+    """Add the options of the worker itself, whatever it serves. `slots` is the default number of requests."""
+    add = parser.add_argument
+    add("--concurrency", type=int, metavar="N", help=f"maximum number of requests in flight [{slots}]")
+    add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
+    grace = "time that requests in flight get after SIGTERM [NVCF_GRACE_SECONDS, else 25]"
+    add("--grace", dest="grace_seconds", type=float, metavar="SECONDS", help=grace)
+
+
 def main(arguments: list[str]) -> None:
     """Run `nvcf-worker sidecar`. Raises ConfigurationError."""
-    # Split here: argparse would take the flags of the server's command for ours.
-    ours, command = split_command(arguments)
-    options = vars(parser().parse_args(ours))
-    if unexpected := options.pop("command"):
-        raise ConfigurationError(f"unexpected {unexpected[0]!r}; the server's command comes after '--'")
+    options, command = read_command(parser(), arguments, "the server's command comes")
     sidecar(command=command, **options)
 
 
-def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before the first `--` and those after it."""
-    if "--" not in arguments:
-        return arguments, []
-    at = arguments.index("--")
-    return arguments[:at], arguments[at + 1 :]
+def read_command(
+    parser: argparse.ArgumentParser, arguments: list[str], what_follows: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the options, and the arguments after the first `--`. Raises ConfigurationError.
+
+    argparse would take flags after `--` for ours. The parser's `command` stands for them in its help;
+    `what_follows` is said if anything else is there.
+    """
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    options = vars(parser.parse_args(arguments[:at]))
+    if unexpected := options.pop("command"):
+        raise ConfigurationError(f"unexpected {unexpected[0]!r}; {what_follows} after '--'")
+    return options, arguments[at + 1 :]

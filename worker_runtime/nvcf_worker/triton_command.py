@@ -13,7 +13,7 @@ from nvcf_worker.process.durations import ready_seconds
 from nvcf_worker.process.imported import for_definitions_only
 from nvcf_worker.run.tritonserver.settings import attached, choices, started
 from nvcf_worker.serving import run_worker
-from nvcf_worker.sidecar_command import split_command
+from nvcf_worker.sidecar_command import add_worker_options, read_command
 
 MODEL_REPOSITORY = "NVCF_TRITON_MODEL_REPOSITORY"
 """[ext] The model repository of `nvcf-worker triton`, if there is no --model-repository."""
@@ -111,23 +111,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--ready-timeout", metavar="TIME", help="time for the server's start, and again for its models' [30m]"
     )
-    slots = (
-        "maximum number of requests in flight [by Triton's queue; at most MAX_REQUEST_CONCURRENCY, else 256]"
-    )
-    add("--concurrency", type=int, metavar="N", help=slots)
-    seconds = functools.partial(add, type=float, metavar="SECONDS")
-    seconds("--time-limit", help="how long one request may run [no limit but the deployment's]")
-    grace = "time that requests in flight get after SIGTERM [NVCF_GRACE_SECONDS, else 25]"
-    seconds("--grace", dest="grace_seconds", help=grace)
-    add("--metrics", metavar="HOST:PORT", help="address of Prometheus metrics [NVCF_METRICS_ADDRESS]")
-    add("rest", nargs="*", metavar="-- ARGUMENT", help="more arguments of tritonserver")
+    limit = "how long one request may run [no limit but the deployment's]"
+    add("--time-limit", type=float, metavar="SECONDS", help=limit)
+    add_worker_options(result, slots="by Triton's queue; at most MAX_REQUEST_CONCURRENCY, else 256")
+    add("command", nargs="*", metavar="-- ARGUMENT", help="more arguments of tritonserver")
     return result
 
 
 def main(arguments: list[str]) -> None:
     """Run `nvcf-worker triton`. Raises ConfigurationError."""
-    ours, theirs = split_command(arguments)
-    options = vars(parser().parse_args(ours))
-    if unexpected := options.pop("rest"):
-        raise ConfigurationError(f"unexpected {unexpected[0]!r}; arguments of tritonserver come after '--'")
+    options, theirs = read_command(parser(), arguments, "arguments of tritonserver come")
     triton_server(options.pop("model_repository"), arguments=theirs, **options)

@@ -21,7 +21,7 @@ from nvcf_worker.run.sidecar.health import (
 )
 from nvcf_worker.run.sidecar.relay import request_headers, response_headers
 from nvcf_worker.run.sidecar.settings import read_settings
-from nvcf_worker.sidecar_command import split_command
+from nvcf_worker.sidecar_command import parser, read_command
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,13 @@ def test_any_free_port_reaches_command_and_check() -> None:
     assert found.port > 0
     assert found.check.port == found.port
     assert found.command_line() == ["serve", f"--port={found.port}"]
-    assert split_command(["--port", "1", "--", "a", "--", "b"]) == (["--port", "1"], ["a", "--", "b"])
-    assert split_command(["--port", "1"]) == (["--port", "1"], [])
+    options, command = read_command(
+        parser(), ["--port", "1", "--", "a", "--port", "2", "--", "b"], "it comes"
+    )
+    assert (options["port"], command) == (1, ["a", "--port", "2", "--", "b"])
+    assert read_command(parser(), ["--port", "1"], "it comes")[1] == []
+    with pytest.raises(ConfigurationError, match="unexpected 'a'; it comes after '--'"):
+        read_command(parser(), ["--port", "1", "a"], "it comes")
 
 
 def test_readiness_in_order() -> None:
